@@ -1,0 +1,1 @@
+"""Benchmarks: their problems, programs and verdicts."""
