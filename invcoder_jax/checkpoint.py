@@ -119,8 +119,8 @@ class Checkpoints:
 
 
 def _quiet() -> None:
-    """Orbax logs some twenty lines a save through absl; only its warnings are news."""
-    absl.logging.set_verbosity(absl.logging.WARNING)
+    """Orbax logs some twenty lines a save through absl, and its errors reach us as exceptions."""
+    absl.logging.set_verbosity(absl.logging.FATAL)
 
 
 @contextlib.contextmanager
@@ -156,5 +156,7 @@ def _drop_abandoned_reads() -> None:
 
 
 def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0][:200]
+    text = str(error).strip()
+    if "No space left on device" in text:
+        return "the disk is full"
+    return (text.splitlines() or [type(error).__name__])[0][:200]

@@ -25,19 +25,21 @@ CHUNK = 32  # positions whose logits over the whole vocab exist at once; divides
 
 @dataclasses.dataclass(frozen=True)
 class YesNoLogits:
-    """The logits of "Yes" and "No" as the first token of a response (paper, section 4.3)."""
+    """The logits of "Yes" and "No" as the first token of a response (paper, section 4.3).
+
+    yes_probability is the LM-score, exp(yes) / (exp(yes) + exp(no)).
+    """
 
     id: str
     yes_logit: float
     no_logit: float
+    yes_probability: float = dataclasses.field(init=False)
 
-    @property
-    def yes_probability(self) -> float:
-        """exp(yes) / (exp(yes) + exp(no))."""
+    def __post_init__(self) -> None:
         gap = self.no_logit - self.yes_logit
-        if gap > 0:
-            return math.exp(-gap) / (1 + math.exp(-gap))
-        return 1 / (1 + math.exp(gap))
+        small = math.exp(-abs(gap))  # never overflows
+        probability = small / (1 + small) if gap > 0 else 1 / (1 + small)
+        object.__setattr__(self, "yes_probability", probability)
 
 
 @dataclasses.dataclass(frozen=True)

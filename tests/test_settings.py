@@ -35,7 +35,7 @@ BAD = [
     ("train.batch", 6, "does not divide into microbatches of 4"),
     ("train.schedule", "cosine", "one of ('linear', 'constant')"),
     ("train.learning_rate", 0.0, "set it above 0"),
-    ("train.length_buckets", (64,), "append 256"),
+    ("train.length_buckets", (64,), "append 768"),
     ("summarize.temperature", -1.0, "0 (greedy) or more"),
     ("summarize.top_p", 1.5, "above 0 and at most 1"),
     ("summarize.stop", ("",), "must not be empty"),

@@ -1,4 +1,9 @@
-"""Twenty training steps against transformers, torch and transformers' Adafactor, in float32."""
+"""Twenty float32 training steps against transformers, torch and transformers' Adafactor.
+
+The reference computes in float64: Adafactor's first update of a norm is the sign of its gradient,
+and on SmolLM2 torch's own float32 rounding flips signs in two norms, which alone puts torch in
+float32 at 1.7e-2 from torch in float64 (ours: 3e-4).
+"""
 
 import dataclasses
 import inspect
@@ -96,6 +101,7 @@ def by_hf_name(params: dict) -> dict[str, np.ndarray]:
 
 
 def their_run(model, steps: list[Batch], rate: float) -> tuple[list[float], dict]:
+    model = model.double()
     before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
     optimizer = transformers.optimization.Adafactor(
         model.parameters(), lr=rate, scale_parameter=False, relative_step=False

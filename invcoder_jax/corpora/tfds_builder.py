@@ -101,14 +101,17 @@ def _label(folder: Path) -> dict[str, Any] | None:
 def _write(pairs: Sequence[Pair], folder: Path) -> None:
     import tensorflow_datasets as tfds
     from array_record.python.array_record_module import ArrayRecordWriter
+    from tensorflow_datasets.core.example_serializer import ExampleSerializer
     from tensorflow_datasets.core.splits import SplitInfo
 
     names = [field.name for field in dataclasses.fields(Pair)]
     features = tfds.features.FeaturesDict({name: tfds.features.Text() for name in names})
+    serializer = ExampleSerializer(features.get_serialized_info())  # type: ignore[arg-type]  # its own type
     writer = ArrayRecordWriter(str(folder / DATA_FILE), WRITER_OPTIONS)
     total = 0
     for pair in pairs:
-        record = features.serialize_example(to_json(pair))
+        example = serializer.get_tf_example(features.encode_example(to_json(pair)))
+        record = example.SerializeToString(deterministic=True)  # else fields come in any order
         writer.write(record)
         total += len(record)
     writer.close()

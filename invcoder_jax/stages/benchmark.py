@@ -6,6 +6,7 @@ Completions are written part by part before anything is judged, so a restart jud
 import dataclasses
 import logging
 import time
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ def run(settings: Settings, inputs: Inputs, out: StageFolder) -> Counts:
         if not folder.begin(key).done:
             _measure(settings, inputs, role, folder)
         result = read_json(folder.path / "results.json")
-        models.append({"model": role, "ref": inputs.models[role], **result})
+        models.append({"model": role, "ref": _shown(inputs.models[role], out), **result})
         counts |= {
             f"{role}_{name}_passed": found["passed"] for name, found in result["benchmarks"].items()
         }
@@ -72,6 +73,12 @@ def _model_input(inputs: Inputs, out: StageFolder, role: str) -> dict[str, str]:
     stated = (out.key() or {}).get("inputs", {})
     stage = {"base": "base", "teacher": "teacher", "inversecoder": "finetune_original"}[role]
     return {name: stated[name] for name in (stage, "corpus") if name in stated}
+
+
+def _shown(ref: str, out: StageFolder) -> str:
+    """A REF as results.json says it: a checkpoint of this run by its path inside the workdir."""
+    path, workdir = Path(ref), out.path.parent.parent
+    return str(path.relative_to(workdir)) if path.is_relative_to(workdir) else ref
 
 
 def _measure(settings: Settings, inputs: Inputs, role: str, folder: StageFolder) -> None:
@@ -134,11 +141,15 @@ def judge_folder(
 ) -> dict[str, Any]:
     """Run the folder's completions in the sandbox; writes verdicts.jsonl and results.json."""
     by_id = {problem.task_id: problem for problem in problems}
+    rows = list(out.read_all(BenchmarkCompletion))
     programs = [
         (row.task_id, row.sample, humaneval.program(by_id[row.task_id], row.completion))
-        for row in out.read_all(BenchmarkCompletion)
+        for row in rows
     ]
-    return judge_programs(problems, programs, out.path, evaluation)
+    ends = Counter(f"finish_{row.finish_reason}" for row in rows)
+    empty = sum(not row.completion.strip() for row in rows)
+    found = judge_programs(problems, programs, out.path, evaluation)
+    return {**found, "completions": {"empty": empty, **dict(sorted(ends.items()))}}
 
 
 def judge_programs(

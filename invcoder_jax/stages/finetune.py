@@ -68,6 +68,7 @@ def _finetune(
     return {
         "examples": result.examples,
         "cut_at_max_length": result.cut,
+        "no_response_left": encoded.silent,
         "left_over_at_the_end": result.leftover,
         "steps": result.steps,
     }

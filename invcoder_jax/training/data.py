@@ -42,11 +42,15 @@ class EncodedExample:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Encoded:
-    """A corpus in token ids; `cut` rows were longer than the model was to see."""
+    """A corpus in token ids; `cut` rows were longer than the model was to see.
+
+    Of them, `silent` rows lost their whole response and carry no loss.
+    """
 
     examples: Sequence[EncodedExample]
     cut: int
     pad_id: int
+    silent: int
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -65,7 +69,10 @@ class Batch:
 def examples_of(
     source: PairSource, tokenizer: Tokenizer, max_length: int, instruct: Callable[[str], str]
 ) -> Encoded:
-    """Every pair as BOS + instruct(instruction) + response + EOS, cut at `max_length` tokens."""
+    """Every pair as BOS + instruct(instruction) + response + EOS, cut at `max_length` tokens.
+
+    UserError when no example has a response token left.
+    """
     examples, cut, silent = [], 0, 0
     for index in range(len(source)):
         pair = source[index]
@@ -78,7 +85,12 @@ def examples_of(
         "examples=%d max_length=%d cut=%d no_response_left=%d",
         len(examples), max_length, cut, silent,
     )  # fmt: skip
-    return Encoded(tuple(examples), cut, tokenizer.pad_id)
+    if examples and silent == len(examples):
+        raise UserError(
+            f"all {silent} examples lose their response at train.max_length {max_length} tokens; "
+            "raise train.max_length and train.length_buckets"
+        )
+    return Encoded(tuple(examples), cut, tokenizer.pad_id, silent)
 
 
 def count_steps(examples: int, epochs: int, batch: int) -> int:

@@ -111,8 +111,10 @@ def _run(
                 journal.catch_up()  # before the save: metrics on disk never lack a saved step
                 meta = {"identity": identity, "loss": journal.loss}
                 checkpoints.save(number, state.params, state.opt_state, meta)
-                if stop.is_set() and number < total:
-                    raise Preempted(f"stopped at training step {number} of {total}; run again")
+                if stop.is_set():
+                    raise Preempted(f"stopped at training step {number} of {total}")
+        if stop.is_set():
+            raise Preempted("stopped after the last training step")
 
 
 def _first_state(
