@@ -1,9 +1,9 @@
 """The whole loop on SmolLM2-135M and real standard-library code, on a two-core CPU.
 
 Command:   make quickstart   (invcoder run --config=configs/quickstart.py --workdir=runs/quickstart)
-Hardware:  two CPU cores, 6 GB of memory
-Hours:     not measured
-Expected:  both tuned models' held-out loss below the base's; pass@1 of a few percent at most
+Hardware:  two CPU cores
+Hours:     0.14, installation included (2026-11-22, commit 9282b2e, two AMD EPYC cores)
+Expected:  held-out loss 1.62 (base), 1.34 (M), 1.35 (InverseCoder) nats a token; pass@1 0 of 41
 
 The learning rate, batch, data size and lengths are NOT the paper's: 135M parameters and 32 pairs
 take larger steps on shorter rows. Only the loop is the paper's.

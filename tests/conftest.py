@@ -1,6 +1,9 @@
 """Shared by all tests: eight simulated CPU devices, strict JAX, one compilation cache."""
 
+import logging
 import os
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -13,6 +16,17 @@ from invcoder_jax import mesh
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 mesh.enable_compilation_cache()
+
+
+@pytest.fixture(autouse=True)
+def no_trace_of_a_command() -> Iterator[None]:
+    """Take back what cli.main sets in its process: the log handler and the SIGTERM handler."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+    root = logging.getLogger()
+    for handler in [h for h in root.handlers if type(h) is logging.StreamHandler]:
+        root.removeHandler(handler)
 
 
 @pytest.fixture(scope="session")
