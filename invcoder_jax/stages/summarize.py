@@ -56,7 +56,7 @@ def summarize(
     for snippet in snippets:
         ids = tuple(tokenizer.with_bos(tokenizer.encode(prompts.summarize(snippet.block))))
         drawn = [
-            _draw_prefix(prompts, snippet, sample, settings.seed)
+            draw_prefix(prompts, snippet, sample, settings.seed)
             for sample in range(settings.summarize.candidates)
         ]
         made = [
@@ -72,17 +72,19 @@ def summarize(
             on_progress(len(made))
     completions = generate(loaded, requests, sampling, settings.generation, on_progress)
     return [
-        _candidate(completion, prefix, settings.seed)
+        candidate_of(completion, prefix, settings.seed)
         for completion, prefix in zip(completions, prefixes, strict=True)
     ]
 
 
-def _draw_prefix(prompts: Prompts, snippet: Snippet, sample: int, seed: int) -> str:
+def draw_prefix(prompts: Prompts, snippet: Snippet, sample: int, seed: int) -> str:
+    """A prefix drawn uniformly by (seed, snippet, sample), with the snippet's language tag."""
     draw = int(content_id("prefix", str(seed), snippet.id, str(sample)), 16)
     return prompts.prefix(draw % len(prompts.prefixes), snippet.language)
 
 
-def _candidate(completion: Completion, prefix: str, seed: int) -> Candidate:
+def candidate_of(completion: Completion, prefix: str, seed: int) -> Candidate:
+    """The stripped text as a row, with a mark for each way in which it is weak."""
     text = completion.text.strip()
     marks = []
     if not text:
