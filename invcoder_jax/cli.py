@@ -22,6 +22,11 @@ from invcoder_jax.pipeline import NAMES
 from invcoder_jax.sandbox.runner import InfraError
 
 DONE, USER_ERROR, BUG, TRY_AGAIN = 0, 2, 70, 75
+# What a wrong flag, or a config file that is off, raises while flags are parsed.
+CONFIG_ERRORS = (
+    flags.Error, AttributeError, ImportError, KeyError, NameError, SyntaxError, TypeError,
+    ValueError,
+)  # fmt: skip
 QUIET_LOGGERS = (
     "absl",
     "orbax",
@@ -212,13 +217,13 @@ def _fail(sentence: str, status: int) -> int:
 
 def _bug() -> int:
     text = traceback.format_exc()
+    if "No space left on device" in text:
+        return _fail("the disk is full; free some space and run again", USER_ERROR)
     if "RESOURCE_EXHAUSTED" in text:
         return _fail(
             "the device is out of memory; lower generation.rows, scoring.rows or train.microbatch",
             USER_ERROR,
         )
-    if "No space left on device" in text:
-        return _fail("the disk is full; free some space and run again", USER_ERROR)
     print(text, file=sys.stderr)
     return _fail("this is a bug; the traceback above says where", BUG)
 
@@ -260,17 +265,16 @@ def _dispatch(arguments: list[str]) -> None:
 
 def _parse(values: flags.FlagValues, argv: list[str]) -> list[str]:
     """Flags into `values`; configs may import their siblings as `from configs import base`."""
-    for given in argv:
-        if given.startswith(("--config=", "-config=")):
-            path = Path(given.partition("=")[2]).resolve()
+    for given, following in zip(argv, [*argv[1:], ""], strict=True):
+        flag, equals, value = given.partition("=")
+        if flag.lstrip("-") == "config" and given.startswith("-"):
+            path = Path(value if equals else following).resolve()
             if not path.is_file():
                 raise UserError(f"config file {path} does not exist; give the path of a config")
-            sys.path[:0] = [
-                str(folder.parent) for folder in path.parents if folder.name == "configs"
-            ]
+            sys.path[:0] = [str(p.parent) for p in path.parents if p.name == "configs"]
     try:
         return list(values(argv))[1:]
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, SyntaxError) as error:
+    except CONFIG_ERRORS as error:
         text = " ".join(str(error).split())
         raise UserError(f"{text}; `{argv[0]} --help` lists the flags") from error
 

@@ -71,6 +71,8 @@ def test_a_missing_file_is_named(capsys, tmp_path):
         (("fly",), "choose one of run, stage"),
         (("run", f"--config={TINY}"), "workdir"),
         (("run", "--config=configs/none.py", "--workdir=w"), "does not exist"),
+        (("run", "--config", "configs/none.py", "--workdir=w"), "does not exist"),
+        (("run", "--config=configs/odd.py", "--workdir=w"), "no_such_module"),
         (("run", f"--config={TINY}", "--workdir=w", "--config.train.btach=3"), "batch"),
         (("run", f"--config={TINY}", "--workdir=w", "--config.train.batch=x"), "--help"),
         (("run", f"--config={TINY}", "--workdir=w", "--config.train.batch=3"), "microbatch"),
@@ -85,6 +87,7 @@ def test_a_missing_file_is_named(capsys, tmp_path):
 )
 def test_a_bad_command_line_is_refused(capsys, tmp_path, monkeypatch, arguments, words):
     shutil.copytree(REPOSITORY / "configs", tmp_path / "configs")
+    (tmp_path / "configs" / "odd.py").write_text("import no_such_module\n")
     monkeypatch.chdir(tmp_path)
     assert words in refused(capsys, *arguments)
 
