@@ -2,7 +2,7 @@
 
 Command:   make quickstart   (invcoder run --config=configs/quickstart.py --workdir=runs/quickstart)
 Hardware:  two CPU cores
-Hours:     0.14, installation included (2026-11-22, commit 9282b2e, two AMD EPYC cores)
+Hours:     0.12, installation included (2026-11-22, commit 7a4e01b, two AMD EPYC cores)
 Expected:  held-out loss 1.62 (base), 1.34 (M), 1.35 (InverseCoder) nats a token; pass@1 0 of 41
 
 The learning rate, batch, data size and lengths are NOT the paper's: 135M parameters and 32 pairs

@@ -99,10 +99,9 @@ def decode_steps(
     eos_ids: tuple[int, ...],
     steps: int,
 ) -> tuple[KVCache, jax.Array]:
-    """Up to `steps` tokens a row, fewer if every row ends; the cache is updated in place.
+    """Up to `steps` tokens a row, fewer if every row ends; the cache, donated, changes in place.
 
-    Gives emitted_CxB: the tokens sampled, EOS included, NOTHING where a known token was fed or the
-    row had ended. The cache is donated because a second one would not fit beside it.
+    Gives emitted_CxB: the tokens sampled, EOS included, and NOTHING where a row sampled none.
     """
     layout, layers = model.layout, model.loop_layers()
     keys_B = row_keys(knobs.seed, rows.identity_Bx3)
