@@ -221,7 +221,7 @@ def test_params_go_out_and_in_and_match_their_abstract_form(model, logits_BxTxV)
 
 
 @pytest.mark.parametrize(
-    ("dims", "total"),  # paper.md E: parameter counts computed from published dims
+    ("dims", "total"),  # parameter counts computed from the published dims
     [
         ((32000, 4096, 32, 32, 32, 128, 11008, False), 6_738_415_616),
         ((32256, 7168, 62, 56, 8, 128, 19200, False), 33_342_991_360),
