@@ -10,12 +10,14 @@ folder a step (params, opt, meta). A step appears whole or not at all. Usage:
 
 import contextlib
 import gc
+import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import absl.logging
+import jax
 import orbax.checkpoint as ocp
 
 from invcoder_jax.artifacts import read_json, write_json
@@ -23,6 +25,7 @@ from invcoder_jax.errors import UserError
 from invcoder_jax.tokenization import Tokenizer
 
 SPEC_FILE, STEPS_FOLDER = "spec.json", "steps"
+OVERHEAD_BYTES = 1 << 20  # of a step beside its arrays: Orbax's own files and directories
 Tree = TypeVar("Tree")  # a pytree of arrays
 
 
@@ -87,7 +90,11 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def save(self, step: int, params: Any, opt_state: Any, meta: Mapping[str, Any]) -> None:
-        """Begin to write a step; the arrays may be donated at once, errors may come later."""
+        """Begin to write a step; the arrays may be donated at once, errors may come later.
+
+        UserError before anything is written when the disk has no room for it.
+        """
+        self._require_room(params, opt_state)
         items = ocp.args.Composite(
             params=ocp.args.StandardSave(params),
             opt=ocp.args.StandardSave(opt_state),
@@ -95,6 +102,15 @@ class Checkpoints:
         )
         with _writing(f"step {step}", self.folder):
             self._manager.save(step, args=items)
+
+    def _require_room(self, *trees: Any) -> None:
+        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(trees)) + OVERHEAD_BYTES
+        free = shutil.disk_usage(self.folder).free
+        if free < needed:
+            raise UserError(
+                f"the disk of {self.folder} has {free / 1e6:.1f} MB free and a checkpoint takes up "
+                f"to {needed / 1e6:.1f} MB; free some space and run again, finished parts stay"
+            )
 
     def meta(self, step: int) -> dict[str, Any]:
         """The JSON data that was saved with a step."""

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -219,3 +220,12 @@ def test_saving_and_restoring_say_nothing(tmp_path, caplog, capfd):
     checkpoint.restore_params(tmp_path, like())
     assert [r.getMessage() for r in caplog.records if r.name == "absl"] == []
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_step_that_the_disk_has_no_room_for_is_refused_before_it_is_written(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    with pytest.raises(UserError, match="has 0.0 MB free .* free some space and run again"):
+        save(tmp_path, 1)
+    assert list((tmp_path / "steps").iterdir()) == []
