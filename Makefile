@@ -2,9 +2,9 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 RUN := runs/quickstart
-quickstart test test-slow test-speed: export JAX_PLATFORMS ?= cpu
+quickstart test test-slow: export JAX_PLATFORMS ?= cpu
 
-.PHONY: quickstart report test test-slow lint format bubblewrap clean
+.PHONY: quickstart test test-slow lint format bubblewrap clean
 
 quickstart: .venv/.run bubblewrap
 	$(BIN)/invcoder run --config=configs/quickstart.py --workdir=$(RUN) $(ARGS)

@@ -25,7 +25,7 @@ REQUIRED = [
     "tensorflow-datasets>=4.9.10,<4.10",  # corpora from TFDS and the published pairs
     "tensorflow-metadata==1.17.*",  # the last range that lets TFDS import without TensorFlow
     "tokenizers>=0.22,<0.24",  # tokenizer.json, read directly
-    "transformers>=5,<6",  # tokenizer files on export, model configs
+    "transformers>=5,<6",  # the reference of the parity tests; not imported at run time yet
 ]
 EXTRAS = {
     "dev": [

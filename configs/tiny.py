@@ -2,7 +2,7 @@
 
 Command:   invcoder run --config=configs/tiny.py --workdir=/tmp/tiny
 Hardware:  two CPU cores
-Hours:     0.01 (2026-11-22, commit 9282b2e)
+Hours:     not measured
 Expected:  pass@1 of 0 for all three models; every stage leaves its files
 """
 
